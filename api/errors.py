@@ -77,6 +77,7 @@ VALIDATION_CODES = {
     "greater_than_equal": ("too_small", "ge"),
 }
 
+_OBJECT_TYPES = {"dict_type", "model_type", "model_attributes_type"}
 _LENGTHS = {"too_long": ("at most", "max_length"), "too_short": ("at least", "min_length")}
 
 
@@ -353,6 +354,8 @@ def _from_validation(error: ValidationError) -> ApiError:
         least_or_most, bound = _LENGTHS[first["type"]]
         length = context["actual_length"]
         message = f"must have {least_or_most} {context[bound]} characters, not {length}"
+    if kind in _OBJECT_TYPES:  # else the message names a class of ours
+        message = "must be an object"
     code, bound = VALIDATION_CODES.get(kind, ("invalid_value", ""))
     params = {"field": field}
     if bound:

@@ -25,7 +25,7 @@ async def create_batch(request: AuthRequest, body: NewBatch) -> BatchObject:
     length = window(body.completion_window)
     if length is None:
         raise AssertionError("the body's validator lets no other window through")
-    file = await files.find(request.auth, body.input_file_id)
+    file = await files.find(request.auth, body.input_file_id, "input_file_id")
     if file.purpose != "batch":
         message = "input_file_id: upload the file with the purpose batch"
         raise ApiError(400, message, field="input_file_id", code="invalid_value")
@@ -50,7 +50,7 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
 ) -> BatchList:
     """My batches, newest first."""
-    last = None if after is None else await store.find(request.auth, after)
+    last = None if after is None else await store.find(request.auth, after, "after")
     rows = await store.listed(request.auth, last, limit + 1)
     return BatchList.page([batch_object(row) for row in rows], limit)
 

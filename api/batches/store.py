@@ -35,7 +35,7 @@ def create(user: User, file: StoredFile, length: timedelta, **fields: Any) -> Ba
     if not User.objects.select_for_update().filter(pk=user.pk):
         raise ApiError(401, "this account was removed", code="account_removed")
     if not StoredFile.objects.select_for_update().filter(pk=file.pk):
-        raise no_such_file(file.public_id)  # deleted a moment ago
+        raise no_such_file(file.public_id, "input_file_id")  # deleted a moment ago
     if Batch.objects.filter(user=user, status__in=OPEN).count() >= MOST_OPEN:
         raise ApiError(
             429,
@@ -55,13 +55,13 @@ def create(user: User, file: StoredFile, length: timedelta, **fields: Any) -> Ba
     )
 
 
-async def find(user: User, public_id: str) -> Batch:
-    """One of the user's batches. Raises ApiError 404."""
+async def find(user: User, public_id: str, field: str = "batch_id") -> Batch:
+    """One of the user's batches. Raises ApiError 404, about `field` of the request."""
     name = public_id.removeprefix(PREFIX)[:24].replace("\x00", "")
     batch = await Batch.objects.filter(user=user, name=name).afirst()
     if batch is None:
         message = f"there is no batch {public_id[:100]!r} of yours"
-        raise ApiError(404, message, code="not_found")
+        raise ApiError(404, message, field=field, code="not_found")
     return batch
 
 

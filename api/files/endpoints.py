@@ -84,7 +84,7 @@ async def list_files(
     limit: Annotated[int, Query(ge=1, le=store.MOST_LISTED)] = store.MOST_LISTED,
 ) -> FileList:
     """My files, newest first unless `order` is `asc`."""
-    last = None if after is None else await store.find(request.auth, after)
+    last = None if after is None else await store.find(request.auth, after, "after")
     rows = await store.listed(
         request.auth, purpose=purpose, after=last, newest_first=order == "desc", limit=limit + 1
     )

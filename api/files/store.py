@@ -61,18 +61,19 @@ def _check_quota(limits: FileLimits, files: int, used: int, size: int) -> None:
         )
 
 
-async def find(user: User, public_id: str) -> StoredFile:
-    """One of the user's files. Raises ApiError 404."""
+async def find(user: User, public_id: str, field: str = "file_id") -> StoredFile:
+    """One of the user's files. Raises ApiError 404, about `field` of the request."""
     content = public_id.removeprefix(PREFIX)[:32].replace("\x00", "")
     file = await StoredFile.objects.filter(user=user, content=content).afirst()
     if file is None:
-        raise no_such_file(public_id)
+        raise no_such_file(public_id, field)
     return file
 
 
-def no_such_file(public_id: str) -> ApiError:
-    """404."""
-    return ApiError(404, f"there is no file {public_id[:100]!r} of yours", code="not_found")
+def no_such_file(public_id: str, field: str) -> ApiError:
+    """404. `field`: where the request names the file."""
+    message = f"there is no file {public_id[:100]!r} of yours"
+    return ApiError(404, message, field=field, code="not_found")
 
 
 async def listed(

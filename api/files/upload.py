@@ -161,6 +161,11 @@ def _checked(request: HttpRequest, file: TemporaryUploadedFile, most: int) -> Up
 
 
 def _expires_after(request: HttpRequest) -> int | None:
+    anchor = request.POST.get("expires_after[anchor]", "created_at")
+    if anchor != "created_at":
+        field = "expires_after[anchor]"
+        message = f"{field}: must be created_at"
+        raise ApiError(400, message, field=field, code="invalid_value")
     text = request.POST.get("expires_after[seconds]")
     if text is None:
         return None

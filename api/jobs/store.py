@@ -40,13 +40,13 @@ def create(user: User, **fields: Any) -> StoredJob:
     return StoredJob.objects.create(user=user, name=secrets.token_hex(12), **fields)
 
 
-async def find(user: User, public_id: str) -> StoredJob:
-    """One of the user's jobs. Raises ApiError 404."""
+async def find(user: User, public_id: str, field: str = "job_id") -> StoredJob:
+    """One of the user's jobs. Raises ApiError 404, about `field` of the request."""
     name = public_id.removeprefix(PREFIX)[:24].replace("\x00", "")
     job = await StoredJob.objects.filter(user=user, name=name).defer("body").afirst()
     if job is None:
         message = f"there is no job {public_id[:100]!r} of yours"
-        raise ApiError(404, message, code="not_found")
+        raise ApiError(404, message, field=field, code="not_found")
     return job
 
 

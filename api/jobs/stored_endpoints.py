@@ -83,7 +83,7 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
 ) -> StoredJobList:
     """My stored jobs, newest first, without their results. `after`: the last one of a page."""
-    last = None if after is None else await store.find(request.auth, after)
+    last = None if after is None else await store.find(request.auth, after, "after")
     rows = await store.listed(
         request.auth,
         status=status,

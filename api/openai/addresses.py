@@ -18,6 +18,8 @@ SERVED = (
     "tokenize",
     "detokenize",
 )
+# Served, too; other interfaces have paths that end so (/v1/messages/batches, /v1/fine_tuning/jobs).
+_SERVED_ALONE = ("batches", "jobs")
 OPENAI_SEGMENTS = frozenset(
     [
         "assistants",
@@ -72,14 +74,16 @@ def suggestion(path: str) -> str:
     endpoint = _endpoint(name)
     if endpoint is not None:
         return f"use {BASE}/{endpoint}: this API's base URL ends in {BASE}, without a final slash"
-    return "this API has " + ", ".join(f"{BASE}/{endpoint}" for endpoint in SERVED)
+    return "this API has " + ", ".join(f"{BASE}/{endpoint}" for endpoint in SERVED + _SERVED_ALONE)
 
 
 def _endpoint(name: str) -> str | None:
     for endpoint in SERVED:
         if name == endpoint or name.endswith(f"/{endpoint}"):
             return endpoint
-    return name if name.startswith(("files/", "models/")) else None
+    if name in _SERVED_ALONE or name.startswith(("files/", "models/")):
+        return name
+    return None
 
 
 def _segments(path: str) -> list[str]:

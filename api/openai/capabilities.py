@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from broker.node_state import NodeState
 
-_MASKS_LOGITS = ("transformers",)  # engines that keep an answer to a grammar
-_CALLS_TOOLS = ("transformers", "openai")
+_KEEPS_GRAMMARS = ("transformers", "echo")
+_CALLS_TOOLS = ("transformers", "openai", "echo")
 _TELLS_LOGPROBS = ("transformers", "openai")
 
 
@@ -19,11 +19,11 @@ def capabilities(states: Iterable[NodeState]) -> dict[str, bool] | None:
 
 def _of_node(state: NodeState) -> dict[str, bool]:
     generates = "generate" in state.tasks
-    masks = generates and state.engine in _MASKS_LOGITS
+    keeps_grammars = generates and state.engine in _KEEPS_GRAMMARS
     return {
         "chat": generates,
         "completions": generates,
-        "structured_output": masks,
+        "structured_output": keeps_grammars,
         "tools": generates and state.engine in _CALLS_TOOLS,
         "logprobs": generates and state.engine in _TELLS_LOGPROBS,
         "tokenize": "tokenize" in state.tasks,

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from api.errors import UNSUPPORTED
 from api.http.parsing import Integer
 from api.openai import unsupported
-from api.openai.schemas import Choices, Generation
+from api.openai.schemas import Choices, Generation, Tokens
 from api.requests.build import Prompt
 
 MAX_PROMPTS = 1024
@@ -81,6 +81,9 @@ class Completion(Generation):
     max_tokens: Annotated[Integer, Field(ge=0, le=10_000_000)] | None = Field(
         default=None, description="0: only with echo or prompt_logprobs"
     )
+    max_completion_tokens: Tokens | None = Field(
+        default=None, description="another name of max_tokens, which comes first"
+    )
     logprobs: Annotated[Integer, Field(ge=0, le=5)] | None = None
     echo: bool | None = Field(default=False, description="the prompt before the text")
     prompt_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = Field(
@@ -122,6 +125,11 @@ class Completion(Generation):
         if self.stream and self.copies > (self.n or 1):
             raise _unsupported("best_of", "leave out stream, or use n")
         return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """See Generation. Load generators send both names with the same number."""
+        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
 
     @property
     def prompts(self) -> list[Prompt]:

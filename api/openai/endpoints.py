@@ -38,7 +38,14 @@ async def models(request: AuthRequest) -> dict[str, Any]:
     """Every model there is."""
     names = await app().catalog.models()
     lengths = app().catalog.context_lengths()
-    return {"object": "list", "data": [_model(name, lengths.get(name)) for name in names]}
+    listed = [_model(name, lengths.get(name)) for name in names]
+    return {
+        "object": "list",
+        "data": listed,
+        "first_id": names[0] if names else None,
+        "last_id": names[-1] if names else None,
+        "has_more": False,
+    }
 
 
 @router.get("/models/{path:name}")

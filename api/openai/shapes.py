@@ -203,7 +203,7 @@ def model(
     paused: bool = False,
     tasks: Iterable[Task] = (),
 ) -> dict[str, Any]:
-    """A model in OpenAI's list; when it was created is unknown.
+    """A model in OpenAI's and Anthropic's list; when it was created is unknown.
 
     `context_length`, in tokens, stands under the names that clients of vLLM and OpenRouter read.
     `capabilities` and `tasks`: what its nodes do, if any serves it. `paused`: it takes no new
@@ -215,6 +215,9 @@ def model(
         "object": "model",
         "created": 0,
         "owned_by": owner if slash else "canopy",
+        "type": "model",  # from here on as Anthropic's clients read it
+        "display_name": name,
+        "created_at": "1970-01-01T00:00:00Z",
     }
     if context_length is not None:
         entry["context_length"] = context_length

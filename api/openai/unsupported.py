@@ -95,7 +95,8 @@ _PROMPT = {
     "enable_thinking": _only(instead=_USE_KWARGS),
     "think": _only(instead=_USE_KWARGS),
     "thinking_budget": _only(),
-    "verbosity": _only("medium"),
+    # a hint for models that know it, as in /v1/responses
+    "verbosity": _only("low", "medium", "high", instead="use low, medium or high"),
     "lora": _only([]),
     "lora_path": _only(""),
     "lora_request": _only(),

@@ -33,8 +33,13 @@ def use_of(functions: Sequence[Function], choice: Any, *, parallel: bool = True)
             return tools.tool_use(offered, parallel=parallel)
         case "none" | "required":
             return tools.tool_use(offered, choice, parallel=parallel)
-        case {"type": "function", "name": str(name)}:
+        case (
+            {"type": "function", "name": str(name)}
+            | {"type": "function", "function": {"name": str(name)}}  # as in chat completions
+        ):
             return tools.tool_use(offered, "required", name, parallel=parallel)
+        case {"type": "function"}:
+            raise _error("name: must be a text")
         case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": list(allowed)}:
             names = [_allowed(tool) for tool in allowed]
             return tools.allowed_use(offered, names, mode, parallel=parallel)

@@ -30,6 +30,30 @@ def nested(levels: int) -> Any:
     return value
 
 
+# ---- objects
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (PATH, [], "body"),
+        (PATH, None, "body"),
+        (PATH, {**CHAT, "response_format": "json_object"}, "response_format"),
+        (PATH, {**CHAT, "stream_options": True}, "stream_options"),
+        (PATH, {**CHAT, "messages": ["hello"]}, "messages[0]"),
+        ("/v1/responses", {"model": "tiny", "input": "a", "text": "plain"}, "text"),
+        ("/v1/responses", {"model": "tiny", "input": "a", "metadata": []}, "metadata"),
+    ],
+)
+async def test_what_is_no_object_is_refused_without_the_names_of_classes(
+    program: httpx.AsyncClient, path: str, body: Any, field: str
+) -> None:
+    answer = await program.post(path, content=json.dumps(body))
+    error = answer.json()["error"]
+    told = (answer.status_code, error["message"], error["param"])
+    assert told == (400, f"{field}: must be an object", field)
+
+
 # ---- texts
 
 

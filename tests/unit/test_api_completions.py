@@ -234,3 +234,19 @@ async def test_only_one_text_is_kept(
 async def test_special_tokens_can_be_left_out(program: httpx.AsyncClient, node: FakeClient) -> None:
     await completed(program, prompt="a", add_special_tokens=False)
     assert node.jobs[0].add_special_tokens is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({"max_completion_tokens": 3}, 3),
+        ({"max_completion_tokens": 3, "max_tokens": None}, 3),
+        ({"max_completion_tokens": 3, "max_tokens": 5}, 5),
+        ({"max_completion_tokens": 3, "max_tokens": 0, "echo": True}, 0),
+    ],
+)
+async def test_the_limit_has_the_name_of_chat_completions_too(
+    program: httpx.AsyncClient, node: FakeClient, fields: dict[str, Any], most: int
+) -> None:
+    await completed(program, prompt="a", **fields)
+    assert [job.sampling.max_tokens for job in node.jobs] == [most]

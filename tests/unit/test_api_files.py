@@ -101,6 +101,38 @@ async def test_a_list_has_pages(program: httpx.AsyncClient) -> None:
     assert [each["id"] for each in upwards["data"]] == made[1:]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("GET", "/v1/files/file-x", None, "file_id"),
+        ("GET", "/v1/files/file-x/content", None, "file_id"),
+        ("DELETE", "/v1/files/file-x", None, "file_id"),
+        ("GET", "/v1/files?after=file-x", None, "after"),
+        ("GET", "/v1/batches/batch_x", None, "batch_id"),
+        ("POST", "/v1/batches/batch_x/cancel", None, "batch_id"),
+        ("GET", "/v1/batches?after=batch_x", None, "after"),
+        (
+            "POST",
+            "/v1/batches",
+            {
+                "input_file_id": "file-x",
+                "endpoint": "/v1/completions",
+                "completion_window": "24h",
+            },
+            "input_file_id",
+        ),
+        ("GET", "/v1/jobs/job_x", None, "job_id"),
+        ("GET", "/v1/jobs?after=job_x", None, "after"),
+    ],
+)
+async def test_what_is_not_there_is_named(
+    program: httpx.AsyncClient, method: str, path: str, body: Any, field: str
+) -> None:
+    answer = await program.request(method, path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (404, "not_found", field)
+
+
 async def test_files_are_their_users_alone(program: httpx.AsyncClient) -> None:
     made = (await upload(program)).json()
     async with browser() as other:
@@ -121,6 +153,10 @@ async def test_files_are_their_users_alone(program: httpx.AsyncClient) -> None:
         ({"content": b""}, "file"),
         ({"expires_after[seconds]": "5"}, "expires_after[seconds]"),
         ({"expires_after[seconds]": "x"}, "expires_after[seconds]"),
+        (
+            {"expires_after[anchor]": "last_active_at", "expires_after[seconds]": "3600"},
+            "expires_after[anchor]",
+        ),
     ],
 )
 async def test_what_is_wrong_is_named(

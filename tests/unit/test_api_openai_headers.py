@@ -88,9 +88,19 @@ async def test_what_a_model_can_do(program: httpx.AsyncClient, fake: FakeClient)
     assert listed["org/name"]["owned_by"] == "org"
     assert listed["vectors"]["owned_by"] == "canopy"
     told = listed["org/name"]["capabilities"]
-    assert (told["chat"], told["tools"], told["embeddings"]) == (True, False, False)
+    assert (told["chat"], told["tools"], told["embeddings"]) == (True, True, False)
+    assert (told["structured_output"], told["logprobs"]) == (True, False)  # as echo
     assert listed["vectors"]["capabilities"]["embeddings"]
     assert not listed["vectors"]["capabilities"]["chat"]
     assert "capabilities" not in listed["tiny"]
     for path in ("/v1/models/org/name", "/v1/models/org%2Fname"):
         assert (await program.get(path)).json() == listed["org/name"]
+
+
+async def test_the_list_of_models_is_also_one_of_anthropics(program: httpx.AsyncClient) -> None:
+    listed = (await program.get("/v1/models")).json()
+    ids = [model["id"] for model in listed["data"]]
+    assert (listed["first_id"], listed["last_id"], listed["has_more"]) == (ids[0], ids[-1], False)
+    for model in listed["data"]:
+        assert (model["type"], model["display_name"]) == ("model", model["id"])
+        assert model["created_at"] == "1970-01-01T00:00:00Z"

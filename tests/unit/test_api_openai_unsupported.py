@@ -29,6 +29,7 @@ ASKED = [
     {"num_predict": 5},
     {"stop_sequences": ["x"]},
     {"system": "be brief"},
+    {"verbosity": "loud"},
     {"extra_body": {"top_k": 5}},
     {"options": {"temperature": 0}},
 ]

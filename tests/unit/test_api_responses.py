@@ -309,6 +309,16 @@ async def test_tools_and_formats_reach_the_job(
     assert response.text.format.type == "json_schema"
 
 
+async def test_a_choice_in_the_shape_of_chat_completions(
+    program: httpx.AsyncClient, fake: FakeClient
+) -> None:
+    choice = {"type": "function", "function": {"name": "weather"}}
+    answer = await program.post(PATH, json={**ASK, "tools": [TOOL], "tool_choice": choice})
+    assert answer.status_code == 200, answer.text
+    [job] = fake.jobs
+    assert (job.tool_choice, job.tool_name) == ("required", "weather")
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "reason"),
     [
@@ -330,6 +340,11 @@ async def test_tools_and_formats_reach_the_job(
             "no tool",
         ),
         ({"tool_choice": {"type": "file_search"}}, "tool_choice", "file_search"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function"}},
+            "tool_choice",
+            "name: must be a text",
+        ),
         ({"messages": []}, "messages", "use input"),
         ({"max_tokens": 5}, "max_tokens", "use max_output_tokens"),
         ({"conversation": "conv_1"}, "conversation", "use previous_response_id"),
