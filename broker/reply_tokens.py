@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import secrets
 
-BYTES = 16  # of a token, which is told in hexadecimal
+_BYTES = 16  # of a token, which is told in hexadecimal
 
 
 class ReplyTokens:
@@ -26,7 +26,7 @@ class ReplyTokens:
         OpenSSL's HMAC gives up the interpreter's lock, and waits for it up to 5 ms, for each job.
         """
         message = request_id.encode(errors="surrogatepass")
-        return hashlib.blake2b(message, key=self._key, digest_size=BYTES).hexdigest()
+        return hashlib.blake2b(message, key=self._key, digest_size=_BYTES).hexdigest()
 
     def is_valid(self, request_id: str, token: str) -> bool:
         """Whether a frame with this token is about a job that was given to its sender."""

@@ -201,8 +201,8 @@ class Job(Wire, kw_only=True):
     restarted: bool = False  # a node gave it back or died: send ResumeRequest before running it
     seconds_left: Seconds | None = None  # until it expires, from when this copy was published
     deadline: Moment | None = None  # the same, from former API processes; clocks must agree
-    # Its reader waits for the whole answer: text may be sent so far apart. 0: as it comes.
-    text_seconds: Seconds = 0.0
+    # Its reader waits for the whole answer: its text is flushed so far apart. 0: as it comes.
+    flush_seconds: Seconds = 0.0
     truncate: bool = False  # if `messages` are too long, leave out the oldest, else refuse the job
     trail: Trail = ()  # nodes that have handled it, root first
     waits: Waits = ()  # seconds that it waited at each of them; shorter if some did not tell

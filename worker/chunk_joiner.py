@@ -1,7 +1,7 @@
 """Chunks of an answer that its reader waits for as a whole: several are sent as one. Pure.
 
-A frame costs node, broker and API some 0.2 ms of processor time whatever its length, which a reader
-of whole answers has no use for. What is held back is also what is computed again if the node dies.
+A frame that comes alone costs the API some 0.2 ms of processor time whatever its length, which a
+reader of whole answers has no use for. What is held back is computed again if the node dies.
 """
 
 import math
@@ -14,19 +14,19 @@ MAX_HELD = 256  # chunks
 
 
 class ChunkJoiner:
-    """Holds text back until `seconds` after the last text was sent. The caller has the clock."""
+    """Flushes text at least `seconds` after the last flush. The caller has the clock."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = min(seconds, MAX_SECONDS)
         self._held: list[Chunk] = []
-        self._sent = -math.inf
+        self._flushed = -math.inf
 
     def add(self, chunk: Chunk, now: float) -> Chunk | None:
         """What is to be sent now, if anything. The first text is never held back."""
         self._held.append(chunk)
-        if now < self._sent + self._seconds and len(self._held) < MAX_HELD:
+        if now < self._flushed + self._seconds and len(self._held) < MAX_HELD:
             return None
-        self._sent = now
+        self._flushed = now
         return self.take()
 
     def take(self) -> Chunk | None:

@@ -89,7 +89,7 @@ class JobRun:
         self._seq = 0
         self._omitted_messages = self._cached_tokens = 0
         self._skipped_logprobs = job.delivered_prompt_logprobs  # that its reader has
-        self._joiner = ChunkJoiner(job.text_seconds) if job.text_seconds else None
+        self._joiner = ChunkJoiner(job.flush_seconds) if job.flush_seconds else None
         self._task: asyncio.Task[Any] | None = None  # the one that runs it
         self._stopped: Ending | None = None
 

@@ -14,7 +14,7 @@ SAMPLING_DEFAULTS: tuple[SamplingDefault, ...] = get_args(SamplingDefault)
 # Defaults of the chat page and /arranca/, where the model's card says nothing; the
 # OpenAI-compatible endpoints use the model's own distribution then.
 TOP_P = "how much of the probability is drawn from; 0: the likeliest token alone"
-TEXT_SECONDS = 0.25  # between texts of an answer that is read as a whole
+FLUSH_SECONDS = 0.25  # between flushes of an answer that is read as a whole
 _LEAST_TOP_P = 1e-9
 CONVERSATION = Sampling(temperature=0.7, top_p=0.95, defaulted=SAMPLING_DEFAULTS)
 
@@ -86,7 +86,7 @@ def prompt_job(
 
 def as_whole(job: Job, stream: object) -> Job:
     """The job as a request without `stream` wants it: nobody sees its text grow."""
-    return job if stream else msgspec.structs.replace(job, text_seconds=TEXT_SECONDS)
+    return job if stream else msgspec.structs.replace(job, flush_seconds=FLUSH_SECONDS)
 
 
 def choices(job: Job, count: int) -> list[Job]:

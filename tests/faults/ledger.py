@@ -44,7 +44,7 @@ class Ledger:
             except Unavailable:
                 if time.monotonic() >= deadline:
                     raise
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # as clients pause before they try again
 
     async def ask(
         self, tokens: int, text: str = "", *, failing: FailureCode | None = None

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.wire import AnyFrame, Delta, Finished, Interrupted, Job, ResumeGrant, TokenLogprob
+from broker.wire import Finished, Interrupted, Job, TokenLogprob
 from tests.unit.api_site import FakeClient
 from tests.unit.cluster import HandEngine, until
+from tests.unit.frame_readers import Told
 from worker.chunk_joiner import MAX_HELD, ChunkJoiner
 from worker.engines.base import Chunk, EngineFailed
 from worker.run import JobRun
@@ -53,27 +54,6 @@ def test_nothing_is_lost_or_repeated(steps: list[tuple[str, float]]) -> None:
     assert sum(each.tokens for each in told) == len(steps)
 
 
-class Told:
-    """A reader that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.frames: list[AnyFrame] = []
-
-    def send(self, frame: AnyFrame) -> None:
-        self.frames.append(frame)
-
-    async def confirm(self, frame: AnyFrame) -> None:
-        self.frames.append(frame)
-
-    async def request_resume(self, number: int) -> ResumeGrant:
-        raise NotImplementedError
-
-    async def flowing(self) -> None: ...
-
-    def texts(self) -> list[str]:
-        return [frame.text for frame in self.frames if isinstance(frame, Delta)]
-
-
 class Running:
     """A run of a job whose reader waits for the whole."""
 
@@ -81,7 +61,12 @@ class Running:
         self.engine = HandEngine("tiny", 1)
         self.told = Told()
         job = Job(
-            request_id="a", model="tiny", reply_to="", created=0.0, prompt="go on", text_seconds=1.0
+            request_id="a",
+            model="tiny",
+            reply_to="",
+            created=0.0,
+            prompt="go on",
+            flush_seconds=1.0,
         )
         lock = ReadersWriterLock(lambda: None)
         self.run = JobRun(self.engine, job, "n1", "boot", 1, self.told, lock)
@@ -141,4 +126,4 @@ async def test_only_a_stream_is_read_as_it_grows(
     for stream in (False, True):
         answer = await program.post(path, json={"model": "tiny", "stream": stream, **body})
         assert answer.status_code == 200, answer.text
-    assert [bool(job.text_seconds) for job in fake.jobs] == [True, False]
+    assert [bool(job.flush_seconds) for job in fake.jobs] == [True, False]

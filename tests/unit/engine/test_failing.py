@@ -11,6 +11,7 @@ import torch
 from broker.wire import Interrupted, Job, Sampling
 from tests.unit.engine.test_text import sentencepiece
 from tests.unit.engine.tiny import save_model, tokenizer
+from tests.unit.frame_readers import Told
 from worker.engine_supervisor import EngineSupervisor
 from worker.engines import create
 from worker.engines.base import Chunk, Engine, EngineError, EngineStopped, InvalidRequest
@@ -206,15 +207,6 @@ async def test_biases_that_leave_nothing_to_choose_are_their_requests_own_fault(
 # ---- a thread that dies all the same
 
 
-class Silent:
-    """A reader of frames that are not looked at."""
-
-    def send(self, frame: Any) -> None: ...
-    async def confirm(self, frame: Any) -> None: ...
-    async def flowing(self) -> None: ...
-    async def request_resume(self, number: int) -> Any: ...
-
-
 async def test_a_decoding_thread_that_dies_hands_its_cause_to_every_run(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +216,7 @@ async def test_a_decoding_thread_that_dies_hands_its_cause_to_every_run(
     decoder = engine._decoder  # type: ignore[attr-defined]
     lock = ReadersWriterLock(lambda: None)
     runs = [
-        JobRun(engine, job("go on", max_tokens=400), "n1", "boot", number, Silent(), lock)
+        JobRun(engine, job("go on", max_tokens=400), "n1", "boot", number, Told(), lock)
         for number in range(2)
     ]
     monkeypatch.setattr(decoder._scheduler, "step", _dies)

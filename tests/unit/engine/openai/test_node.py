@@ -3,10 +3,8 @@
 import pytest
 
 from broker.wire import (
-    AnyFrame,
     Finished,
     Interrupted,
-    ResumeGrant,
 )
 from tests.unit.cluster import Cluster, until
 from tests.unit.engine.openai.runs import before, chat, cut_off
@@ -15,30 +13,13 @@ from tests.unit.engine.upstream import (
     answering,
     refusing,
 )
+from tests.unit.frame_readers import Told
 from worker.engines.base import (
     Engine,
     EngineFailed,
 )
 from worker.run import JobRun
 from worker.rw_lock import ReadersWriterLock
-
-
-class Told:
-    """A reader that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.frames: list[AnyFrame] = []
-
-    def send(self, frame: AnyFrame) -> None:
-        self.frames.append(frame)
-
-    async def confirm(self, frame: AnyFrame) -> None:
-        self.frames.append(frame)
-
-    async def request_resume(self, number: int) -> ResumeGrant:
-        raise NotImplementedError
-
-    async def flowing(self) -> None: ...
 
 
 def job_run(engine: Engine) -> JobRun:

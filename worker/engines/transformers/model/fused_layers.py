@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from worker.engines.transformers.model.attention import Bounds, attend_rows, attends_rows
 from worker.engines.transformers.model.errors import UnsupportedModel
-from worker.engines.transformers.model.fused_mlp import activation_name
+from worker.engines.transformers.model.fused_mlp import activation_name, agree
 from worker.engines.transformers.model.fused_qkv import join, joinable
 from worker.engines.transformers.model.kv_cache import attention_function
 from worker.engines.transformers.model.linear_op import ACTIVATIONS
@@ -158,7 +158,7 @@ def fuse_layers(model: Any, library_attention: str) -> list[Replacement]:
                 replacements.append(Replacement(model.get_submodule(path), attribute, module))
                 setattr(replacements[-1].parent, attribute, fused)
         # What a layer is given may differ from the proof's: angles for a part of a head alone.
-        same = _agree(_logits(model, library_attention), expected, _LOGITS_TOLERANCE)
+        same = agree(_logits(model, library_attention), expected, _LOGITS_TOLERANCE)
     except UnsupportedModel:
         same = False
     if same:
@@ -200,7 +200,7 @@ def _fused_mlp(module: Any) -> nn.Module | None:
     sample = _sample(layers[0].in_features)
     expected = _attempt(lambda: module(sample))
     fused = FusedGatedMLP(module, join(layers), ACTIVATIONS[activation])
-    if not _agree(_attempt(lambda: fused(sample)), expected):
+    if not agree(_attempt(lambda: fused(sample)), expected, _TOLERANCE):
         return None
     _share_weights(layers, fused.joined)
     return fused
@@ -239,10 +239,11 @@ def _fused_attention(model: Any, module: Any) -> nn.Module | None:
         if len(calls) != 1:
             return None
         fused = FusedAttention(module, join(layers), calls[0][1])
-        same = _agree(compute(fused), expected)
+        same = agree(compute(fused), expected, _TOLERANCE)
     if not same or len(calls) != 2 or calls[0][1] != calls[1][1]:
         return None
-    if not all(_agree(mine, theirs) for mine, theirs in zip(calls[1][0], calls[0][0], strict=True)):
+    tensors = zip(calls[1][0], calls[0][0], strict=True)
+    if not all(agree(mine, theirs, _TOLERANCE) for mine, theirs in tensors):
         return None
     _share_weights(layers, fused.joined)
     return fused
@@ -277,13 +278,3 @@ def _attempt(compute: Callable[[], Any]) -> torch.Tensor | None:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         return None
     return output if isinstance(output, torch.Tensor) else None
-
-
-def _agree(
-    actual: torch.Tensor | None, expected: torch.Tensor | None, tolerance: float = _TOLERANCE
-) -> bool:
-    """NaN does not agree."""
-    if actual is None or expected is None or actual.shape != expected.shape:
-        return False
-    off = (actual - expected).abs().max()
-    return bool(off <= tolerance * expected.abs().max())

@@ -116,7 +116,7 @@ def _fused_float8(module: Any) -> FusedFloat8MLP | None:
     expected = [_gated(module, sample) for sample in samples]
     fused = FusedFloat8MLP(float8_linear.join(layers), down, activation)
     for sample, output in zip(samples, expected, strict=True):
-        if output is None or not _agree(fused.gated(sample), output):
+        if output is None or not agree(fused.gated(sample), output, _TOLERANCE):
             return None
     return fused
 
@@ -138,7 +138,7 @@ def _share_float8(module: Any) -> bool:
         return False
     share_product(module, _NAMES, float8_linear.join(layers))
     actual = _gated(module, sample)
-    same = actual is not None and _agree(actual, expected)
+    same = agree(actual, expected, _TOLERANCE)
     if not same:
         module.gate_proj, module.up_proj = layers
     return same
@@ -163,15 +163,18 @@ def _fused(module: Any) -> FusedMLP | None:
     fused = FusedMLP(join(layers), down, activation)
     joined = fused.joined
     gated = gated_linear(sample, joined.weight, joined.bias, activation)
-    return fused if _agree(gated, expected) else None
+    return fused if agree(gated, expected, _TOLERANCE) else None
 
 
-def _agree(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    """NaN does not agree."""
-    if actual.shape != expected.shape:
+def agree(actual: torch.Tensor | None, expected: torch.Tensor | None, tolerance: float) -> bool:
+    """Whether a replacement has given what the library's module gives. NaN does not agree.
+
+    `tolerance`: a part of the largest number.
+    """
+    if actual is None or expected is None or actual.shape != expected.shape:
         return False
     off = (actual - expected).abs().max()
-    return bool(off <= _TOLERANCE * expected.abs().max())
+    return bool(off <= tolerance * expected.abs().max())
 
 
 def _gated(module: Any, sample: torch.Tensor) -> torch.Tensor | None:

@@ -86,12 +86,12 @@ def quantize(
             quantizer.apply_requested(chosen)
         if chosen != EXACT:
             _shrink_the_rest(model)
-    for replacement in replaced:
-        if chosen == EXACT:
+    if chosen == EXACT:
+        for replacement in replaced:
             replacement.undo()
-        else:
+    else:
+        for replacement in replaced:
             replacement.keep()
-    if chosen != EXACT:
         shorten_lookups(model)
     return chosen
 
